@@ -223,6 +223,7 @@ class CSD(Objective):
         self.averaged_cells = copy.deepcopy(self.cells).requires_grad_(False) if cells == "averaged" else None
         until_collapsed = FreezeOnCollapse(count=len(self.terms), fraction=collapse_fraction)
         self.freeze = until_collapsed if cells == "joint_until_collapsed" else None
+        self.follows_steps = self.averaged_cells is not None or self.freeze is not None
 
     @property
     def terms(self) -> tuple[str, ...]:

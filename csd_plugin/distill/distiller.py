@@ -123,8 +123,6 @@ class Distiller(nn.Module):
         _check(teachers, weights)
         for teacher in teachers:
             _check_apart(student, teacher)
-        if any(parameter.device.type == "cpu" for parameter in student.parameters()):
-            repair_bf16_conv3d()  # here, too, as all of this may be compiled
         self.student = student
         self.objectives = nn.ModuleDict({teacher.label: teacher.objective for teacher in teachers})
         # in lists, so that they are not submodules: their weights are not learned, and not saved
@@ -138,11 +136,20 @@ class Distiller(nn.Module):
             self.student_taps = quiet(tap_compared(bare(student), self.interface, layers))
         self.autocast, self.examine_every, self.scaler, self.warn = autocast, examine_every, scaler, warn
         self.monitor = HealthMonitor() if teachers and examine_every else None
-        if self.monitor is not None or self.balance.shares:
-            keep_graphs()  # both run backward through the student's graph before the loop does
-        self._examined = 0
+        self._examined = self._newest = self._stepped = 0  # iterations: last examined, begun, and ended by a step
         self._orders: dict[str, str] = {}
         self._warned: set[str] = set()
+        self._prepare_process()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._prepare_process()  # which may be another one: loops spawn processes, and send the model there
+
+    def _prepare_process(self) -> None:
+        if any(parameter.device.type == "cpu" for parameter in self.student.parameters()):
+            repair_bf16_conv3d()  # here, too, as all of this may be compiled
+        if self.monitor is not None or self.balance.shares:
+            keep_graphs()  # both run backward through the student's graph before the loop does
 
     @property
     def reconstruction(self) -> nn.Module:
@@ -168,6 +175,7 @@ class Distiller(nn.Module):
             for part in ("balance", "health")
         )
         self._orders = {str(name): Runs[order].name for name, order in progress.get("orders", {}).items()}
+        self._examined = self._newest = self._stepped = 0
         self.balance.measured = balance
         if self.monitor is not None:
             self.monitor.start = health
@@ -198,16 +206,16 @@ class Distiller(nn.Module):
             logged: False skips slow parts of `status/..`, which nobody reads.
 
         Raises:
-            CSDError: the batch is too short or does not pair, or a term teaches nothing.
+            CSDError: the batch is too short or does not pair, the iteration is below 1, or a term teaches nothing.
         """
+        self._begin(iteration)
         lq, gt = map(as_float, as_clips(batch, self.num_frame, "the batch", scale=self.interface.scale))
         gt = gt.float()  # like the networks' frames, whatever their precision
         weights = self._weights_at(iteration)
         if self.teachers and any(weights.values()):
             looks = self.monitor is not None and self._is_due(self.monitor, iteration)
-            for module in self.objectives.modules():
-                if isinstance(module, Objective):
-                    module.diagnoses = logged or looks
+            for module in self._parts():
+                module.diagnoses = logged or looks
             if looks:
                 self._warn_of_range(lq=lq, gt=gt)
             stored = self._stored_view(features_of(batch), gt)
@@ -261,6 +269,7 @@ class Distiller(nn.Module):
 
     def after_step(self) -> None:
         """Update what follows the weights without being learned; call it after each optimizer step."""
+        self._stepped = self._newest
         for teacher in self.teachers:
             bare(teacher.objective).after_step()
 
@@ -324,6 +333,28 @@ class Distiller(nn.Module):
                 scalars |= self._examine(self.monitor, losses["l_recon"], student, compared)
         return losses, scalars
 
+    @torch.compiler.disable
+    def _begin(self, iteration: int) -> None:
+        """Look at the iteration's number, which schedules, balances and examinations follow without a word.
+
+        Raises CSDError if it is below 1.
+        """
+        if iteration < 1:
+            raise CSDError(f"the iteration is {iteration}: count from 1, as schedules and examinations do")
+        if not torch.is_grad_enabled():  # a validation may give any
+            return
+        if iteration < self._newest or iteration == self._stepped:
+            self._warn_once(
+                f"iteration {iteration} comes after {self._newest} was done: give distiller(batch, iteration) the "
+                f"number of the optimizer step, counted from 1 over all epochs, which schedules, balances and "
+                f"examinations follow"
+            )
+        self._newest = iteration
+
+    def _parts(self) -> list[Objective]:
+        """The objectives, and those that are parts of others."""
+        return [module for module in self.objectives.modules() if isinstance(module, Objective)]
+
     def _weights_at(self, iteration: int) -> dict[str, float]:
         return self.balance.at({term: weight_at(weight, iteration) for term, weight in self.weights.items()})
 
@@ -334,6 +365,11 @@ class Distiller(nn.Module):
         """Whether this batch is examined: once per iteration; if a batch goes through in parts, the first part."""
         # without gradients, as in a validation, there is nothing to examine
         due = torch.is_grad_enabled() and self._wants_look(monitor, iteration) and iteration != self._examined
+        if due and self._examined and not self._stepped and any(part.follows_steps for part in self._parts()):
+            self._warn_once(
+                "after_step() was never called: call it on the Distiller after each optimizer step, as the cells of "
+                "its objective are averaged or frozen there"
+            )
         self._examined = iteration if due else self._examined
         return due
 

@@ -34,7 +34,7 @@ def gradient_norms(
             whole batch. Otherwise nothing is exchanged, and it is the norm for this process's share.
 
     Raises:
-        CSDError: the network has layers whose gradients torch can only compute together.
+        CSDError: the network has layers whose gradients torch can only compute together, or its weights are in shards.
     """
     leaves = [parameter for parameter in parameters if parameter.requires_grad]
     norms = {}
@@ -42,6 +42,11 @@ def gradient_norms(
         norm = torch.zeros((), device=loss.device)
         if loss.requires_grad and leaves:
             given = _gradients(scale * loss, leaves)
+            if not given and any(hasattr(leaf, "placements") for leaf in leaves):  # those of a DTensor
+                raise CSDError(
+                    "the student's weights are in shards (fully_shard), so gradients cannot be measured: shard the "
+                    "Distiller as a whole, not its student, or give no `balance` and examine_every=0"
+                )
             if together and given and are_several():
                 given = [mean_over_processes(torch.cat([g.float().flatten() for g in given]))]
             of_each = [

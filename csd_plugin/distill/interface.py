@@ -27,6 +27,8 @@ class Objective(nn.Module):
     """Whether features are first brought to the teacher's height and width."""
     diagnoses = True
     """Whether `forward` should compute slow diagnostics; nobody reads them in iterations that are not logged."""
+    follows_steps = False
+    """Whether `after_step` has something to do with these options."""
     fidelities: tuple[str, ...] = ()
     """Names of presets of options for the key `fidelity`; see `fidelity`."""
 

@@ -27,6 +27,8 @@ class STD(Objective):
         hidden: channels of the ConvLSTM.
     """
 
+    follows_steps = True
+
     def __init__(self, *, hidden: int = 16) -> None:
         super().__init__()
         if hidden < 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from dataclasses import replace
 
 import pytest
@@ -22,6 +23,7 @@ from csd_plugin.distill.csd import CSD
 from csd_plugin.distill.distiller import Compared, Distiller, Teacher, adapted
 from csd_plugin.distill.dry_run import Clips, dry_run
 from csd_plugin.distill.health import gradient_norms
+from csd_plugin.distill.interface import Objective
 from csd_plugin.distill.objective import build_objective
 from csd_plugin.distill.output import OutputDistillation
 from csd_plugin.distill.srkd import SRKD
@@ -580,6 +582,57 @@ def test_frames_of_another_range_are_told_once(scale, shift, said):
     assert [line.split()[2] for line in outside] == ["lq", "gt"] * said
 
 
+def test_numbers_of_iterations_that_do_not_count_steps_are_told_once():
+    found = []
+    d = distiller(warn=found.append)
+    for iteration in (1, 1, 2, 5):  # the first in two parts
+        d(batch(), iteration)
+    d.after_step()
+    with torch.no_grad():
+        d(batch(), 1)
+    d.restore(d.progress())
+    d(batch(), 4)
+    assert found == []
+    d.after_step()
+    for _ in range(2):
+        d(batch(), 4)
+    assert [line.partition(":")[0] for line in found] == ["iteration 4 comes after 4 was done"]
+    d(batch(), 2)
+    assert found[1].startswith("iteration 2 comes after 4 was done: give distiller(batch, iteration) the number of")
+    with pytest.raises(CSDError, match=r"^the iteration is 0: count from 1, as schedules and examinations do$"):
+        d(batch(), 0)
+
+
+def in_two() -> Objective:
+    return build_objective(
+        {"type": "Combined", "objectives": [{"type": "SRKD", "taps": [0]}, {"type": "STD", "taps": [0]}]}
+    )
+
+
+@pytest.mark.parametrize(
+    ("objective", "weights", "told"),
+    [
+        (lambda: CSD(hidden=4), WEIGHTS, False),
+        (lambda: CSD(hidden=4, cells="averaged"), WEIGHTS, True),
+        (until_collapsed, WEIGHTS, True),
+        (STD, {"space": 0.1, "time": 0.1}, True),
+        (in_two, {"maps": 0.1, "space": 0.1, "time": 0.1}, True),
+    ],
+    ids=["joint", "averaged", "adapted, until collapsed", "STD", "combined"],
+)
+@pytest.mark.parametrize("called", [False, True])
+def test_a_loop_that_forgets_what_follows_a_step_is_told_once(objective, weights, told, called):
+    found = []
+    d = distiller(Teacher(wider_window(), objective()), weights=weights, examine_every=2, warn=found.append)
+    d.monitor.start["loss_any"] = 1.0  # as in a resumed run, which begins at an examination
+    for iteration in (2, 3, 4, 5, 6):
+        d(batch(), iteration)
+        if called:
+            d.after_step()
+    said = [line for line in found if line.startswith("after_step() was never called: call it on the Distiller")]
+    assert len(said) == (told and not called)
+
+
 @pytest.mark.parametrize(("teaches", "learns"), [(False, True), (True, True), (True, False)])
 def test_sides_that_a_network_cannot_process_are_said_before_the_run(teaches, learns):
     known = Interface(1, "image")
@@ -663,6 +716,25 @@ def test_compiled_networks_are_examined_and_balanced(order, examine_every):
         compile_both()
     sum(d(batch())[0].values()).backward()
     assert networks[0].head.weight.grad.any()
+
+
+@pytest.mark.parametrize("weights", [{"maps": 0.1}, {"maps": {"balance": 0.1}}], ids=["examined", "balanced"])
+@pytest.mark.usefixtures("donated_buffers")
+def test_a_distiller_that_was_sent_to_another_process_trains_there(weights):
+    frames = Interface(1, "image", "tail")
+    torch.manual_seed(0)
+    d = Distiller(
+        Small(), [Teacher(Small(), SRKD(), interface=frames)], PyramidSSIMLoss(), weights=weights, interface=frames
+    )
+    sent = pickle.dumps(d)
+    if hasattr(functorch_config, "donated_buffer"):
+        functorch_config.donated_buffer = True  # as a new process has it
+    there = pickle.loads(sent)
+    for network in (there.student, there.teachers[0].network):
+        network.compile(backend="aot_eager")
+    losses, _ = there(batch())
+    sum(losses.values()).backward()
+    assert losses["l_distill"] > 0 and there.student.head.weight.grad.any()
 
 
 class Rerun(torch.nn.Module):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import distributed, nn
 from torch.utils.checkpoint import checkpoint
 
 from csd_plugin.distill import health
@@ -52,6 +52,21 @@ def test_norms_of_weights_of_other_kinds_of_numbers(dtype, several, monkeypatch)
     norms = gradient_norms({"x": loss}, [weight, other], together=several)
     expected = (weight.detach().abs().square().sum().item() + 1) ** 0.5
     assert norms["x"].dtype == torch.float32 and norms["x"].item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_weights_in_shards_have_no_gradient_in_the_forward_pass_and_are_said_to_be_shards(tmp_path):
+    """As `fully_shard` leaves them after the pass of a part of a model; the whole model keeps its own till the end."""
+    tensor = pytest.importorskip("torch.distributed.tensor")
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        mesh = distributed.device_mesh.init_device_mesh("cpu", (1,))
+        shard = nn.Parameter(tensor.DTensor.from_local(torch.ones(2), mesh, [tensor.Shard(0)]))
+        gathered = nn.Parameter(torch.ones(2))
+        with pytest.raises(CSDError, match=r"weights are in shards .* shard the Distiller as a whole, not its student"):
+            gradient_norms({"x": gathered.sum()}, [shard])
+        assert gradient_norms({"x": gathered.sum()}, [gathered])["x"] == 2**0.5
+    finally:
+        distributed.destroy_process_group()
 
 
 def test_norms_of_sparse_gradients():
