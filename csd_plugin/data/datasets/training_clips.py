@@ -48,11 +48,12 @@ class TrainingClips:
     Randomness: every sample has its own generator, seeded by its `Place`: the seed of the run, the epoch, and the
     position in it. The toolbox's sampler gives places for our data sets (`compat`), so that neither workers and
     processes nor a resume change what is drawn. Other samplers give plain indices. Then the seed is (the loader's base
-    seed, the batch number, the place in the batch): torch draws the base seed from its global generator for each epoch,
-    and batches are dealt to workers in turn, so a worker knows a batch's number from its own count. No two samples
-    share a draw, and the number of workers (1 or more) does not matter, with two exceptions: with persistent workers it
-    does from the second epoch on, as a short last round leaves their counts unequal; and without workers, where torch
-    gives no base seed, the draws differ (they are seeded by torch's initial seed).
+    seed, the batch number, the place in the batch, the index): torch draws the base seed from its global generator for
+    each epoch, and batches are dealt to workers in turn, so a worker knows a batch's number from its own count. No two
+    samples share a draw, also in processes with one seed, whose indices differ. The number of workers (1 or more) does
+    not matter, with two exceptions: with persistent workers it does from the second epoch on, as a short last round
+    leaves their counts unequal; and without workers, where torch gives no base seed, the draws differ (they are seeded
+    by torch's initial seed).
 
     Args:
         opt: `TrainingOptions`, as the toolbox's dict. as_uint8 is for models that divide by 255 themselves.
@@ -116,7 +117,7 @@ class TrainingClips:
             seed, batch = worker.seed - worker.id, self._batches * worker.num_workers + worker.id
         self._batches += 1
         return [
-            self._draw(index, np.random.default_rng((seed % 2**64, batch, place)))
+            self._draw(index, np.random.default_rng((seed % 2**64, batch, place, index % len(self))))
             for place, index in enumerate(cast("Sequence[int]", indices))
         ]
 

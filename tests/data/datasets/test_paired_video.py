@@ -173,6 +173,22 @@ def test_an_index_that_a_sampler_repeats_is_drawn_anew(root):
         assert len({item.numpy().tobytes() for item in items}) == 12
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_processes_with_one_seed_draw_apart(root, workers):
+    """As Lightning and Accelerate deal indices to processes, and seed all of them alike."""
+
+    class Draws(PairedVideoDataset):
+        def item(self, sample):
+            return {"draw": sample.rng.random()}
+
+    draws = []
+    for process in (0, 1):
+        dataset = Draws({"dataroot": root, **AUGMENTED})
+        batches = epoch(dataset, 1, sampler=range(process, len(dataset), 2), num_workers=workers)
+        draws += [draw for batch in batches for draw in batch["draw"].tolist()]
+    assert len(set(draws)) == len(draws) == len(dataset)
+
+
 def test_cache_changes_nothing_but_speed(root):
     plain = epoch(PairedVideoDataset({"dataroot": root, **AUGMENTED}), seed=3)
     assert_same(plain, epoch(PairedVideoDataset({"dataroot": root, **AUGMENTED, "cache_mb": 50}), seed=3))
