@@ -210,7 +210,7 @@ class Distiller(nn.Module):
         """
         self._begin(iteration)
         lq, gt = map(as_float, as_clips(batch, self.num_frame, "the batch", scale=self.interface.scale))
-        gt = gt.float()  # like the networks' frames, whatever their precision
+        rounded, gt = gt.dtype == torch.bfloat16, gt.float()  # like the networks' frames, whatever their precision
         weights = self._weights_at(iteration)
         if self.teachers and any(weights.values()):
             looks = self.monitor is not None and self._is_due(self.monitor, iteration)
@@ -218,6 +218,7 @@ class Distiller(nn.Module):
                 module.diagnoses = logged or looks
             if looks:
                 self._warn_of_range(lq=lq, gt=gt)
+                self._warn_of_rounding(rounded)
             stored = self._stored_view(features_of(batch), gt)
             return self._distill(lq, gt, weights, iteration, looks, stored)
         output = run_network(self.student, lq, gt.shape[1], self.interface, autocast=self.autocast)
@@ -382,6 +383,14 @@ class Distiller(nn.Module):
                     f"or give bytes"
                 )
 
+    def _warn_of_rounding(self, rounded: bool) -> None:
+        """Some frameworks convert all that goes into a model, and the truth then has fewer levels than 8-bit frames."""
+        if rounded:
+            self._warn_once(
+                "the batch's gt is in bfloat16, in which bright frames have 7 bits: keep it in float32, or give bytes "
+                "(as_uint8: true in our data sets), which no framework converts"
+            )
+
     def _warn_of_teachers(self, views: Sequence[ClipView], lq: Tensor, gt: Tensor) -> None:
         """A teacher that was made for frames of 0 to 255, or that has untrained weights, would be followed as well."""
         given = lq[:, target_slice(lq.shape[1], gt.shape[1])].flatten(0, 1).float()
@@ -471,6 +480,8 @@ class Distiller(nn.Module):
     @torch.no_grad()
     def _teacher_view(self, teacher: Teacher, lq: Tensor, num_target: int) -> ClipView:
         """A teacher's view of the batch, computed a few clips at a time, as only the result is kept."""
+        if teacher.network.training:
+            teacher.network.eval()  # a model that also holds it as a part of its own was put into training mode
         scales = bare(teacher.objective).input_scales
         views = [
             self._view(teacher.label, teacher.network, teacher.interface, teacher.taps, clips, num_target, scales)

@@ -582,6 +582,36 @@ def test_frames_of_another_range_are_told_once(scale, shift, said):
     assert [line.split()[2] for line in outside] == ["lq", "gt"] * said
 
 
+@pytest.mark.parametrize(("dtype", "said"), [(torch.bfloat16, 1), (torch.float16, 0), (torch.float32, 0)])
+def test_a_truth_that_was_rounded_is_told_once(dtype, said):
+    """As by Lightning's Fabric with bf16-mixed, which converts what it gives to a model."""
+    found = []
+    d = distiller(examine_every=1, warn=found.append)
+    for iteration in (1, 2):
+        d({key: value.to(dtype) for key, value in batch().items()}, iteration)
+    assert len([line for line in found if line.startswith("the batch's gt is in bfloat16")]) == said
+
+
+class Normalising(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = torch.nn.BatchNorm2d(3)
+
+    def forward(self, frames):
+        return self.norm(frames)
+
+
+def test_a_teacher_that_others_put_into_training_mode_does_not_follow_the_batches():
+    """Trainers put a whole model into training mode, and some models hold the teacher as a part of theirs."""
+    network = Normalising()
+    frozen = Teacher(network, OutputDistillation(), interface=Interface(1, "image"))
+    d = distiller(frozen, weights={"output": 1.0}, warn=lambda line: None)
+    expected, before = d(batch())[0]["l_distill"].item(), copy.deepcopy(network.state_dict())
+    torch.nn.ModuleList([d, network]).train()
+    assert d(batch())[0]["l_distill"].item() == expected
+    assert equal(network.state_dict(), before) and d.student.training
+
+
 def test_numbers_of_iterations_that_do_not_count_steps_are_told_once():
     found = []
     d = distiller(warn=found.append)
