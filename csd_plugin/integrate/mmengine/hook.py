@@ -13,10 +13,10 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from csd_plugin.archs.checkpoint import DAMAGED, load_weights, weights_in
 from csd_plugin.data.datasets.paired_video import PairedVideoTestDataset
+from csd_plugin.data.datasets.sampler import ClipSampler
 from csd_plugin.data.datasets.training_clips import TrainingDataset
 from csd_plugin.errors import CSDError, first_line
 from csd_plugin.integrate.mmengine.model import STUDENT, CSDDistiller
-from csd_plugin.integrate.mmengine.sampler import ClipSampler
 from csd_plugin.integrate.mmengine.starting import check_resumed, check_start
 
 STATE = "csd"

@@ -10,12 +10,12 @@ from csd_plugin import extensions
 from csd_plugin.archs import NETWORKS
 from csd_plugin.data.datasets import DATASETS as OUR_DATASETS
 from csd_plugin.data.datasets.options import TrainingOptions
+from csd_plugin.data.datasets.sampler import ClipSampler
 from csd_plugin.distill import OBJECTIVES
 from csd_plugin.integrate.mmengine.hook import DistillHook
 from csd_plugin.integrate.mmengine.metric import DerainingMetric
 from csd_plugin.integrate.mmengine.model import CSDDistiller
 from csd_plugin.integrate.mmengine.registries import DATASETS, HOOKS, METRICS, MODELS, SAMPLERS, taking_options
-from csd_plugin.integrate.mmengine.sampler import ClipSampler
 from csd_plugin.integrate.mmengine.stopping import StoppingHook
 from csd_plugin.losses import LOSSES
 from csd_plugin.options.checks import check_dataset
