@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from decimal import ROUND_UP, Context, Decimal
@@ -25,7 +26,8 @@ def decay_at(step: int, decay: float) -> float:
 
 @torch.no_grad()
 def update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
-    """average = decay * average + (1 - decay) * network for all weights; buffers (BatchNorm's) are copied.
+    """average = decay * average + (1 - decay) * network for all weights; buffers (BatchNorm's) are copied, and so are
+    the extra states of modules that have one.
 
     Saved buffers become those of the network, whatever their size. Of others, such as caches of the frames' size, those
     of equal size are copied if they can be; the average creates the rest itself.
@@ -37,15 +39,19 @@ def update_average(average: nn.Module, network: nn.Module, decay: float) -> None
     for path, module in average.named_modules():
         if path in modules:
             _copy_buffers(module, modules[path])
+            if getattr(type(module), "get_extra_state", None) is not nn.Module.get_extra_state:
+                module.set_extra_state(copy.deepcopy(modules[path].get_extra_state()))
 
 
 def _copy_buffers(average: nn.Module, network: nn.Module) -> None:
     """Copy the buffers of one module, without its children."""
-    for name in dict.fromkeys((*average._buffers, *network._buffers)):
-        ours, theirs = average._buffers.get(name), network._buffers.get(name)
+    # layers that torch.jit has compiled have buffers in an object that can do little else than list them
+    all_ours, all_theirs = (dict(module._buffers.items()) for module in (average, network))
+    for name in all_ours | all_theirs:
+        ours, theirs = all_ours.get(name), all_theirs.get(name)
         if ours is not None and theirs is not None and ours.shape == theirs.shape and _is_writable(ours):
             ours.copy_(theirs)
-        elif name in network._buffers and name not in network._non_persistent_buffers_set:
+        elif name in all_theirs and name not in network._non_persistent_buffers_set:
             average.register_buffer(name, None if theirs is None else theirs.clone())
 
 

@@ -151,7 +151,7 @@ def _recorded(network: nn.Module, interface: Interface, clips: Clips, layers: li
             dry.largest = max(dry.largest, size)
 
     for path, module in network.named_modules():
-        if path:
+        if path and not isinstance(module, torch.jit.ScriptModule):  # which take no hooks
             module.register_forward_hook(lambda module, _, output, path=path: record(path, module, output))
     taps = tap_compared(network, interface, layers) if tapped else []
     try:

@@ -187,9 +187,10 @@ def tap_layers(network: nn.Module, layers: Iterable[str]) -> list[FeatureTap]:
     """A tap for each layer: `conv7` taps the input of that module, `conv7:output` its output. Raises CSDError."""
     if isinstance(layers, str):
         raise CSDError(f"layers is {layers!r}; give a list of layers, such as [{layers!r}]")
-    taps = []
+    taps, known = [], tappable(network)
     for layer in layers:
-        path, _, kind = layer.partition(":")
+        # a layer's own name may have a colon, in a ModuleDict
+        path, _, kind = (layer, "", "") if layer in known or ":" not in layer else layer.rpartition(":")
         taps.append(FeatureTap(network, path, kind or "input"))
     return taps
 
@@ -230,4 +231,6 @@ def _find(network: nn.Module, path: str) -> nn.Module:
             f"feature tap {path!r}: {type(network).__name__} has no such layer; nearest: {', '.join(near)}"
             f"{others if len(names) > len(near) else ''}"
         )
+    if isinstance(modules[path], torch.jit.ScriptModule):
+        raise CSDError(f"feature tap {path!r}: torch.jit has compiled this layer, which keeps taps out; tap another")
     return modules[path]

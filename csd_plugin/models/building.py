@@ -11,14 +11,14 @@ from typing import Any
 
 from basicsr import archs
 from basicsr.utils.registry import ARCH_REGISTRY, METRIC_REGISTRY
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from csd_plugin import compat
 from csd_plugin.archs.interface import Interface, declared_interface, interface_of, interface_section
 from csd_plugin.distill.settings import teacher_labels
 from csd_plugin.distill.trial import is_ours
-from csd_plugin.errors import CSDError, first_line, out_of_memory, refused_by_disk, suggestion
+from csd_plugin.errors import CSDError, first_line, out_of_memory, refused_by_disk, suggestion, type_in_words
 from csd_plugin.models.mixing import keywords_of
 from csd_plugin.options.checks import distils
 
@@ -49,6 +49,7 @@ def build_network(content: dict[str, Any], where: str) -> nn.Module:
     network: nn.Module = construct(cls, keywords_of(content), where)
     try:
         check_sizes(network, "but optimizer, average and checks need it before")
+        _check_savable(network)
     except CSDError as error:
         raise CSDError(f"{where}: {error}") from error
     return network
@@ -160,3 +161,13 @@ def check_sizes(module: nn.Module, why: str) -> None:
             f"{type(module).__name__}: {name} is lazy: it gets its size from the first batch, {why}; use a layer with "
             f"sizes, such as Conv2d for LazyConv2d"
         )
+
+
+def _check_savable(network: nn.Module) -> None:
+    """Raise CSDError for an extra state that is no tensor: checkpoints are read as tensors alone."""
+    for name, value in network.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise CSDError(
+                f"{type(network).__name__}: {name} is {type_in_words(value)}, and checkpoints hold tensors alone; let "
+                f"get_extra_state return a tensor"
+            )

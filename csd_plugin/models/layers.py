@@ -29,8 +29,18 @@ def check_layers(layers: Layers, network: nn.Module) -> None:
             raise CSDError(f"train.layers.{key}: {why}; csd inspect FILE --layers lists the layers of network_g")
         if not content:
             raise CSDError(f"train.layers.{key}: nothing is said of it; give lr_mul or frozen")
-    if not found[""] and all(content.get("frozen") for content in layers.values()):
+    if not any(weight.requires_grad for key in found if not _is_frozen(layers, key) for weight in found[key]):
         raise CSDError("train.layers: all weights of network_g are frozen, so it cannot learn; name fewer layers")
+
+
+def check_learns(network: nn.Module) -> None:
+    """Raise CSDError for a network without weights, or with frozen ones alone."""
+    frozen = [weight for weight in network.parameters() if not weight.requires_grad]
+    if len(frozen) == len(list(network.parameters())):
+        why = "all of its weights are frozen (requires_grad is False)" if frozen else "it has no weights"
+        raise CSDError(
+            f"network_g: {type(network).__name__} cannot be trained: {why}; use a network with weights that learn"
+        )
 
 
 def freeze_for_good(layers: Layers, network: nn.Module) -> None:
@@ -76,6 +86,11 @@ def described(layers: Layers, network: nn.Module) -> list[str]:
             facts += ["frozen"] if frozen is True else [f"frozen for {int(frozen):,} iterations"] if frozen else []
             lines.append(f"train.layers.{key}: {', '.join(facts)}.")
     return lines
+
+
+def _is_frozen(layers: Layers, key: str) -> bool:
+    """Whether the weights of this key do not learn in the first step; "" is the rest."""
+    return bool(key and layers[key].get("frozen"))
 
 
 def _weights_by_layer(layers: Layers, network: nn.Module) -> dict[str, list[nn.Parameter]]:

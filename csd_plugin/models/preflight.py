@@ -40,7 +40,7 @@ from csd_plugin.models.building import (
     network_names,
 )
 from csd_plugin.models.data_checks import check_data
-from csd_plugin.models.layers import check_layers
+from csd_plugin.models.layers import check_layers, check_learns
 from csd_plugin.models.mixing import check_loss, check_metric, keywords_of
 from csd_plugin.models.pairing import check_network, check_pairs
 from csd_plugin.models.schedules import SCHEDULERS, build_optimizer
@@ -152,8 +152,12 @@ def check_parts(
         if opt["is_train"] and opt["model_type"] in MODELS:
             if distils(opt):
                 found.attempt(["train.distill_opt"], _try_objective, opt)
-            # if network_g cannot be built, any module shows whether optimizer and schedule can be
-            network, train = networks.get("network_g", nn.Linear(2, 2, bias=False)), opt.get("train") or {}
+            if "network_g" in networks:
+                found.attempt(["network_g"], check_learns, networks["network_g"])
+            # without weights of network_g, any module shows whether optimizer and schedule can be built
+            network, train = nn.Linear(2, 2, bias=False), opt.get("train") or {}
+            if "network_g" in networks and found.sound("network_g"):
+                network = networks["network_g"]
             _check_training(train, network, found)
             if "network_g" in networks and train.get("layers"):
                 found.attempt(["train.layers"], check_layers, train["layers"], network)

@@ -45,6 +45,33 @@ def test_weights_are_averaged_and_buffers_copied():
     assert average[1].running_mean.tolist() == [5.0] * 3
 
 
+class Counts(nn.Module):
+    """Saves a number that is neither a weight nor a buffer."""
+
+    passes = 0
+
+    def get_extra_state(self):
+        return torch.tensor(self.passes)
+
+    def set_extra_state(self, state):
+        self.passes = int(state)
+
+
+def test_extra_states_are_copied():
+    network, average = (nn.Sequential(nn.Linear(1, 1), Counts()) for _ in range(2))
+    network[1].passes = 7
+    update_average(average, network, 0.9)
+    assert average[1].passes == 7
+
+
+def test_layers_that_torch_has_compiled_are_averaged():
+    network, average = (torch.jit.script(nn.BatchNorm2d(2)) for _ in range(2))
+    network.running_mean.fill_(5.0)
+    network.weight.data.fill_(3.0)
+    update_average(average, network, 0.5)
+    assert average.running_mean.tolist() == [5.0, 5.0] and average.weight.tolist() == [2.0, 2.0]
+
+
 class Buffers(nn.Module):
     """Saved buffers that change: of size, from none and to none; and a cache that is not saved."""
 

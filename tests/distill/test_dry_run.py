@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from csd_plugin.archs.interface import interface_of
 from csd_plugin.distill.dry_run import Clips, DryRunError, dry_run
+from csd_plugin.errors import CSDError
 
 CLIPS = Clips(batch=2, num_frame=5, num_target=3, size=8)
 
@@ -103,3 +104,12 @@ def test_a_network_that_looks_at_values_is_run_if_it_may_be():
     assert dry.features == {"tail": (2, 3, 6, 8, 8)} and dry.layers == {"head": (6, 6, 8, 8), "tail": (6, 3, 8, 8)}
     assert dry.kept == 4 * 6 * (6 + 3) * 8 * 8 and dry.largest == 4 * 6 * 6 * 8 * 8
     assert not network.kept and torch.equal(torch.get_rng_state(), random)
+
+
+def test_layers_that_torch_has_compiled_are_run_but_not_tapped():
+    network = nn.Sequential(torch.jit.script(nn.Conv2d(3, 4, 1)), nn.Conv2d(4, 3, 1))
+    interface = interface_of(network, {"layout": "image"})
+    dry = dry_run(network, interface, CLIPS, ["1"], tapped=True)
+    assert dry.features == {"1": (2, 3, 4, 8, 8)} and list(dry.layers) == ["1"]
+    with pytest.raises(CSDError, match=r"feature tap '0': torch\.jit has compiled this layer"):
+        dry_run(network, interface, CLIPS, ["0"], tapped=True)

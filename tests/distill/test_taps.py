@@ -9,7 +9,7 @@ import torch
 from torch import distributed, nn
 from torch.optim.swa_utils import AveragedModel
 
-from csd_plugin.distill.taps import FeatureTap, listening, quiet
+from csd_plugin.distill.taps import FeatureTap, listening, quiet, tap_layers
 from csd_plugin.errors import CSDError
 
 
@@ -121,6 +121,16 @@ def test_layers_that_give_no_tensor(net):
 def test_unknown_kind(net):
     with pytest.raises(CSDError, match="input, output"):
         FeatureTap(net, "tail", "inputs")
+
+
+def test_a_layer_whose_name_has_a_colon_is_tapped():
+    net = nn.Sequential(nn.ModuleDict({"a:b": nn.Identity()}))
+    assert [(tap.path, tap.kind) for tap in tap_layers(net, ["0.a:b", "0.a:b:output"])] == [
+        ("0.a:b", "input"),
+        ("0.a:b", "output"),
+    ]
+    with pytest.raises(CSDError, match="input, output, not 'c'"):
+        tap_layers(net, ["0.a:c"])
 
 
 def test_activations_in_place_do_not_change_what_was_captured():

@@ -236,15 +236,37 @@ class Lazy(nn.Module):
         self.head, self.tail = nn.LazyConv2d(4, 3, padding=1), nn.Conv2d(4, 3, 3, padding=1)
 
 
+class Counts(nn.Conv2d):
+    """One whose state dict has more than tensors."""
+
+    layout, feature_tap = "image", ""
+
+    def __init__(self) -> None:
+        super().__init__(3, 3, 1)
+
+    def get_extra_state(self):
+        return {"passes": 0}
+
+    def set_extra_state(self, state) -> None:
+        pass
+
+
 @pytest.mark.parametrize("role", ["network_g", "network_t"])
-def test_lazy_networks_are_refused_before_anything_is_written(
-    launcher, tiny_rain, shallow_teacher, monkeypatch, capsys, role
+@pytest.mark.parametrize(
+    ("cls", "words"),
+    [
+        (Lazy, "Lazy: head.weight is lazy: it gets its size"),
+        (Counts, "Counts: _extra_state is a dict, and checkpoints hold tensors alone; let get_extra_state return a"),
+    ],
+)
+def test_networks_that_cannot_be_saved_are_refused_before_anything_is_written(
+    launcher, tiny_rain, shallow_teacher, monkeypatch, capsys, role, cls, words
 ):
     from basicsr.utils.registry import ARCH_REGISTRY
 
-    monkeypatch.setitem(ARCH_REGISTRY._obj_map, "Lazy", Lazy)
-    assert launcher.train(shallow_options(tiny_rain, shallow_teacher, **{role: {"type": "Lazy"}})) == 2
-    assert f"{role}: Lazy: head.weight is lazy: it gets its size" in capsys.readouterr().err
+    monkeypatch.setitem(ARCH_REGISTRY._obj_map, cls.__name__, cls)
+    assert launcher.train(shallow_options(tiny_rain, shallow_teacher, **{role: {"type": cls.__name__}})) == 2
+    assert f"{role}: {words}" in capsys.readouterr().err
     assert launcher.written() == []
 
 

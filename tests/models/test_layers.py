@@ -122,6 +122,45 @@ def test_layers_that_make_no_sense_are_one_line(launcher, tiny_rain, capsys, lay
     assert launcher.written() == []
 
 
+class Bare(torch.nn.Module):
+    """A network of windows with such layers."""
+
+    num_frame = 3
+
+    def __init__(self, *layers):
+        super().__init__()
+        self.layers = torch.nn.Sequential(*layers)
+
+
+@pytest.mark.parametrize(
+    ("network", "words"),
+    [
+        (Bare(), "network_g: Bare cannot be trained: it has no weights"),
+        (Bare(torch.nn.Conv2d(3, 3, 1)).requires_grad_(False), "all of its weights are frozen (requires_grad is Fal"),
+    ],
+)
+def test_a_network_without_weights_that_learn_is_one_line(
+    launcher, tiny_rain, tiny_teacher, capsys, monkeypatch, network, words
+):
+    from csd_plugin.models import preflight
+
+    monkeypatch.setattr(preflight, "build_network", lambda content, where: network)
+    for options in (train_options(tiny_rain), distill_options(tiny_rain, tiny_teacher)):
+        assert launcher.train(options) == 2
+        assert words in capsys.readouterr().err
+        assert launcher.written() == []
+
+
+def test_layers_to_freeze_count_with_those_that_the_network_froze():
+    from csd_plugin.errors import CSDError
+    from csd_plugin.models.layers import check_layers
+
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1).requires_grad_(False), torch.nn.Conv2d(3, 3, 1))
+    check_layers({"1.weight": {"frozen": True}}, network)
+    with pytest.raises(CSDError, match="all weights of network_g are frozen"):
+        check_layers({"1": {"frozen": True}}, network)
+
+
 @pytest.mark.parametrize(
     ("key", "instead"), [("fix_flow", "spynet: {frozen: 5000}"), ("dcn_lr_mul", "dcn: {lr_mul: 0.5}")]
 )
