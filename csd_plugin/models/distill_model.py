@@ -23,6 +23,7 @@ from csd_plugin.distill.settings import read_distillation
 from csd_plugin.errors import CSDError
 from csd_plugin.models.building import toolbox_network
 from csd_plugin.models.checkpoints import save_atomically
+from csd_plugin.models.repeating import carry_warnings
 from csd_plugin.models.resuming import weights_digest, without_weights
 from csd_plugin.models.video_derain_model import VideoDerainModel
 from csd_plugin.resume_states import networks_with
@@ -77,6 +78,8 @@ class DistillModel(VideoDerainModel):
                 teacher=Compared(network, interface, layers),
                 clips=clips_of(self.opt),
             )
+        for line in carry_warnings(f"network_{label}", network, interface, clips_of(self.opt).size):
+            get_root_logger().warning(line)
         placed = self._place_objective(objective)
         teacher = Teacher(network, placed, label=label, share=share, interface=interface, layers=layers)
         self.compile_for_training(network)  # last, as torch crashes in a dry run of a compiled network

@@ -43,6 +43,7 @@ from csd_plugin.models.data_checks import check_data
 from csd_plugin.models.layers import check_layers, check_learns
 from csd_plugin.models.mixing import check_loss, check_metric, keywords_of
 from csd_plugin.models.pairing import check_network, check_pairs
+from csd_plugin.models.repeating import check_rebuilt
 from csd_plugin.models.schedules import SCHEDULERS, build_optimizer
 from csd_plugin.options.checks import distils, loss_sections, meant_model
 from csd_plugin.options.problems import Problems
@@ -89,6 +90,9 @@ def check_run(opt: dict[str, Any], problems: Problems | None = None) -> None:
     if distils(opt):
         taught_by = problems.attempt(["train.distill_opt"], lambda: read_distillation(opt).taught_by())
         needed += [f"network_{label}" for label in taught_by or ()]
+    for name in (name for name in needed if name in networks):  # before dry runs, which may leave tensors in them
+        built = networks[name], functools.partial(build_network, opt[name], name), interfaces[name]
+        problems.attempt(["datasets"], check_rebuilt, name, *built, clips_of(opt).size)
     network = networks.get("network_g")
     check_data(opt, network, {name: interfaces[name] for name in needed if name in interfaces}, problems)
     complete = all(name in networks for name in needed)

@@ -21,6 +21,8 @@ from csd_plugin.archs.interface import Interface, declared_interface, interface_
 from csd_plugin.data.batches import FEATURE, as_clips, as_float
 from csd_plugin.devices import half_precision_warnings, use_channels_last
 from csd_plugin.distill.average import decay_at, update_average
+from csd_plugin.distill.dry_run import clips_of
+from csd_plugin.distill.health import EarlierGraphError, of_earlier_graph
 from csd_plugin.distill.step_graph import Computed, StepGraph
 from csd_plugin.errors import CSDError
 from csd_plugin.losses.several import SeveralLosses, total_of
@@ -28,6 +30,7 @@ from csd_plugin.losses.ssim import PyramidSSIMLoss
 from csd_plugin.models.checkpoints import CheckpointedModel
 from csd_plugin.models.idle_options import idle_options, part_warnings
 from csd_plugin.models.layers import described, freeze_for_good, frozen_at
+from csd_plugin.models.repeating import carry_warnings
 from csd_plugin.models.validation import ValidationMixin
 from csd_plugin.stopping import REQUEST
 
@@ -59,9 +62,11 @@ class VideoDerainModel(ValidationMixin, CheckpointedModel):
     def init_training_settings(self) -> None:
         train_opt = self.opt["train"]
         compat.keep_quiet_about_sets()
-        for line in (*idle_options(self.opt), *part_warnings(self.opt, self.net_g)):
+        bare = self.get_bare_model(self.net_g)
+        carried = carry_warnings("network_g", bare, self.interface_of(bare), clips_of(self.opt).size)
+        for line in (*idle_options(self.opt), *part_warnings(self.opt, self.net_g), *carried):
             get_root_logger().warning(line)
-        for line in described(self.layer_options, self.get_bare_model(self.net_g)):
+        for line in described(self.layer_options, bare):
             get_root_logger().info(line)
         self.grad_clip: float = train_opt.get("grad_clip", 0.0)
         self.accumulate: int = train_opt.get("accumulate", 1)
@@ -205,13 +210,21 @@ class VideoDerainModel(ValidationMixin, CheckpointedModel):
                 losses, scalars = self.compute_losses(current_iter)
                 total = torch.stack(list(losses.values())).sum()
                 totals.append(total.detach())
-                self.scaler.scale(total if share == 1 else total * share).backward()
+                self._go_backward(total if share == 1 else total * share)
             for name, value in {**losses, **scalars}.items():
                 part = value.detach() if count == 1 else value.detach() * share
                 sums[name] = sums[name] + part if name in sums else part
                 shares[name] = shares.get(name, 0) + share
         means = sums if count == 1 else {name: value / shares[name] for name, value in sums.items()}
         return means, torch.isfinite(torch.stack(totals)).all()
+
+    def _go_backward(self, loss: Tensor) -> None:
+        try:
+            self.scaler.scale(loss).backward()
+        except RuntimeError as error:
+            if of_earlier_graph(error):
+                raise EarlierGraphError from error
+            raise
 
     def after_step(self) -> None:
         """Update what follows the weights without being learned."""

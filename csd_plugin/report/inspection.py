@@ -5,6 +5,7 @@ Shapes are found without computing anything, where a network allows it, and neit
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,12 @@ from csd_plugin.distill.objective import Objective, build_objective
 from csd_plugin.distill.schedule import Weight, is_balanced, is_ever_on
 from csd_plugin.distill.settings import Distillation, read_distillation
 from csd_plugin.errors import CSDError
+from csd_plugin.models.building import build_network
 from csd_plugin.models.idle_options import idle_options, part_warnings
 from csd_plugin.models.layers import described
 from csd_plugin.models.pairing import check_network
 from csd_plugin.models.preflight import check_features, check_parts, checked_objective, input_scales, placed_dry_run
+from csd_plugin.models.repeating import carry_warnings, check_rebuilt
 from csd_plugin.options.checks import distils, find_problems
 from csd_plugin.options.files import load_options
 from csd_plugin.options.problems import Problems
@@ -58,8 +61,13 @@ def inspect(path: Path, *, size: int | None = None, all_layers: bool = False) ->
     if (parts := (opt.get("train") or {}).get("accumulate", 1)) > 1:
         lines[0] += f"; {parts} such parts are a batch of {opt['datasets']['train']['batch_size_per_gpu']}"
     runs: dict[str, Dry] = {}
+    carried: list[str] = []
     for name, network in networks.items():
         needs = [name, interface_section(name)]
+        # before dry runs, which may leave tensors in it
+        carried += carry_warnings(name, network, interfaces[name], clips.size)
+        build = functools.partial(build_network, opt[name], name)
+        problems.attempt(needs, check_rebuilt, name, network, build, interfaces[name], clips.size)
         problems.attempt(needs, check_network, name, network, interfaces[name], opt, size, input_scales(opt))
         how = {"tapped": name in taps, "may_compute": True}
         run = problems.attempt(
@@ -97,7 +105,7 @@ def inspect(path: Path, *, size: int | None = None, all_layers: bool = False) ->
         warnings += [f"{name}: {line}" for name, run in runs.items() for line in run.warnings]
         off = [term for term, weight in distillation.weights.items() if not is_ever_on(weight)]
         warnings += [f"the weight of {term} is 0: it has no effect" for term in off]
-    lines += [f"warning    {text}" for text in warnings]
+    lines += [f"warning    {text}" for text in (*carried, *warnings)]
     return "\n".join(lines)
 
 

@@ -92,6 +92,14 @@ def test_layers_that_are_computed_again_on_the_way_back(reentrant):
         torch.testing.assert_close(norms(output), expected)
 
 
+def test_losses_of_an_earlier_graph_are_one_line():
+    weight = nn.Parameter(torch.ones(2))
+    state = weight.square()
+    state.sum().backward()
+    with pytest.raises(CSDError, match=r"the student keeps something of one batch.* detach what it keeps"):
+        gradient_norms({"x": state.sum()}, [weight])
+
+
 def test_scale_ratios_pair_by_pair():
     def view(*factors):
         return ClipView(
