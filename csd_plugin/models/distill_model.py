@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
 from csd_plugin.archs.checkpoint import entry_in, load_plain, load_weights
-from csd_plugin.archs.interface import declared_interface, interface_of
+from csd_plugin.archs.interface import Interface, declared_interface, interface_of
 from csd_plugin.devices import forked_random
 from csd_plugin.distill.distiller import Compared, Distiller, Teacher, adapted
 from csd_plugin.distill.dry_run import clips_of
@@ -120,8 +120,9 @@ class DistillModel(VideoDerainModel):
         return super().synchronised_networks() + [o for o in objectives if isinstance(o, DistributedDataParallel)]
 
     @property
-    def networks(self) -> list[nn.Module]:
-        return [*super().networks, *(teacher.network for teacher in self.teachers)]
+    def called(self) -> dict[str, tuple[nn.Module, Interface]]:
+        teachers = {f"network_{of.label}": (of.network, of.interface) for of in self.teachers}
+        return super().called | teachers
 
     @property
     def num_frame(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from csd_plugin.distill.average import decay_at, update_average
 from csd_plugin.distill.dry_run import clips_of
 from csd_plugin.distill.health import EarlierGraphError, of_earlier_graph
 from csd_plugin.distill.step_graph import Computed, StepGraph
-from csd_plugin.errors import CSDError
+from csd_plugin.errors import CSDError, first_line, out_of_memory
 from csd_plugin.losses.several import SeveralLosses, total_of
 from csd_plugin.losses.ssim import PyramidSSIMLoss
 from csd_plugin.models.checkpoints import CheckpointedModel
@@ -74,7 +74,9 @@ class VideoDerainModel(ValidationMixin, CheckpointedModel):
         self.autocast_dtype: torch.dtype | None = None
         if train_opt.get("autocast"):
             self.autocast_dtype = AUTOCAST_DTYPES[train_opt["autocast"]]
-            for line in half_precision_warnings(self.networks, self.autocast_dtype, self.device):
+            for line in half_precision_warnings(
+                [network for network, _ in self.called.values()], self.autocast_dtype, self.device
+            ):
                 get_root_logger().warning(f"train.autocast: {line}")
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=self.autocast_dtype == torch.float16 and self.device.type == "cuda"
@@ -91,9 +93,9 @@ class VideoDerainModel(ValidationMixin, CheckpointedModel):
         self.compile_for_training(self.get_bare_model(self.net_g))
 
     @property
-    def networks(self) -> list[nn.Module]:
-        """The networks that a step runs."""
-        return [self.net_g]
+    def called(self) -> dict[str, tuple[nn.Module, Interface]]:
+        """The networks that a step runs, without wrappers, and their interfaces, by the names of their sections."""
+        return {"network_g": (self.get_bare_model(self.net_g), self.interface_of(self.net_g))}
 
     def compile_for_training(self, network: nn.Module) -> None:
         """Compile a network in place if `train.compile` is set; hooks, weights and their names do not change."""
@@ -180,8 +182,31 @@ class VideoDerainModel(ValidationMixin, CheckpointedModel):
                 return self._compute(batch, current_iter)
             key = self.repeats(current_iter)
             return self.step_graph.run(lambda there: self._compute(there, current_iter), batch, key)
+        except (RuntimeError, TypeError) as error:
+            self.lq, self.gt, _ = given
+            self._blame_precision(error)
+            raise
         finally:
             self.lq, self.gt, self.features = given
+
+    def _blame_precision(self, error: Exception) -> None:
+        """Raise CSDError if it is the precision of `train.autocast` in which a network cannot compute this batch."""
+        if self.autocast_dtype is None or out_of_memory(error):
+            return
+        for name, (network, interface) in self.called.items():
+            if self._runs(network, interface, None) and not self._runs(network, interface, self.autocast_dtype):
+                raise CSDError(
+                    f"train.autocast: {name} cannot compute in {self.opt['train']['autocast']} ({first_line(error)}); "
+                    f"leave it out, or let the network switch it off around that layer (torch.autocast, enabled=False)"
+                ) from error
+
+    @torch.no_grad()
+    def _runs(self, network: nn.Module, interface: Interface, dtype: torch.dtype | None) -> bool:
+        """Whether a network computes the first clip of the batch in this precision; None for that of its weights."""
+        with suppress(RuntimeError, TypeError):
+            run_network(network, self.lq[:1], self.gt.shape[1], interface, autocast=dtype)
+            return True
+        return False
 
     def repeats(self, current_iter: int) -> Hashable:
         """What this step's losses depend on besides the batch and the weights; None if it is like no other step.

@@ -164,6 +164,43 @@ def test_a_torchvision_without_its_compiled_part_is_told_for_networks_that_need_
     assert launcher.written() == []
 
 
+class Doubles(torch.nn.Module):
+    """Its weights are of a kind that an autocast does not cast."""
+
+    layout, feature_tap = "image", "tail"
+
+    def __init__(self):
+        super().__init__()
+        self.head = torch.nn.Conv2d(3, 4, 3, padding=1).double()
+        self.tail = torch.nn.Conv2d(4, 3, 3, padding=1).double()
+
+    def forward(self, frames):
+        return frames + self.tail(self.head(frames))
+
+
+@pytest.mark.parametrize("role", ["network_g", "network_t"])
+def test_a_network_that_cannot_compute_in_16_bits_is_one_line(
+    launcher, tiny_rain, tiny_teacher, capfd, monkeypatch, role
+):
+    from basicsr.utils.registry import ARCH_REGISTRY
+
+    monkeypatch.setitem(ARCH_REGISTRY._obj_map, "Doubles", Doubles)
+    teacher = {"network_t": {"type": "Doubles"}, "path.pretrain_network_t": str(checkpoint_of(launcher, Doubles()))}
+    changes = {"network_g": {"type": "Doubles"}} if role == "network_g" else teacher
+    options = options_of(tiny_rain, tiny_teacher, "SRKD", **changes)
+    assert launcher.train(changed(options, {"train.autocast": None})) == 0
+    capfd.readouterr()
+    assert launcher.train(changed(options, {"name": "bf16", "train.autocast": "bf16"})) == 2
+    error = capfd.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith(f"error: train.autocast: {role} cannot compute in bf16 (Input type")
+
+
+def checkpoint_of(launcher, network):
+    path = launcher.folder / "doubles.pth"
+    torch.save(network.state_dict(), path)
+    return path
+
+
 class Learns(torch.nn.Module):
     """(B, 3, 3, H, W) to its centre frame, in training with a loss of its own."""
 
