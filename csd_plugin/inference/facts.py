@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from csd_plugin import archs
+from csd_plugin.archs.halfnet import HalfNet
 from csd_plugin.archs.interface import DERAINED, KINDS, Interface, interface_of, kind_of
 from csd_plugin.errors import CSDError, first_line
 from csd_plugin.inference.trials import REFUSALS, as_it_is, tried_reach, zeros_for
@@ -181,9 +182,8 @@ def check_network(network: nn.Module) -> None:
 
 
 def without_branches(network: nn.Module) -> nn.Module:
-    """The form in which the network is run: `merged()` for one with branches, else itself."""
-    has_some = hasattr(network, "merged") and getattr(network, "branches", True)
-    return network.merged() if has_some else network  # type: ignore[operator]
+    """The form in which the network is run: `merged()` for a HalfNet with branches, else itself."""
+    return network.merged() if isinstance(network, HalfNet) and network.branches else network
 
 
 def conv_calls(network: nn.Module, num_frame: int | None = None) -> tuple[int, list[ConvCall]]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from csd_plugin.archs.interface import KINDS, kind_of
-from csd_plugin.errors import CSDError
+from csd_plugin.errors import CSDError, first_line
 from csd_plugin.extras import needed_by
 from csd_plugin.inference.facts import Facts
 from csd_plugin.inference.folding import MIN_FILLED, fold
@@ -47,8 +47,8 @@ def ready(network: nn.Module, dtype: torch.dtype = torch.float32, least: float =
 
 
 def dynamic_program(network: Computing) -> torch.export.ExportedProgram:
-    """The network's graph for any batch size, height and width."""
-    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+    """The network's graph for any batch size, height and width. Raises CSDError if torch finds none."""
+    with _refusals(network), _quiet(), torch.no_grad(), torch.autocast("cpu", enabled=False):
         return torch.export.export(network, _example(network), dynamic_shapes=_dynamic(network))
 
 
@@ -59,7 +59,7 @@ def to_onnx(network: Computing, facts: Facts, *, opset: int = OPSET) -> bytes:
 
     Raises:
         CSDError: the packages for it are not installed, the network computes in bfloat16, which no runtime supports
-            in ONNX, or it cannot be written in this opset.
+            in ONNX, or torch cannot write it, at all or in this opset.
     """
     with needed_by("a network as ONNX"):
         import onnx
@@ -72,7 +72,7 @@ def to_onnx(network: Computing, facts: Facts, *, opset: int = OPSET) -> bytes:
     newest = onnx.defs.onnx_opset_version()
     if not 1 <= opset <= newest:
         raise CSDError(f"ONNX opset {opset} is unknown to the installed onnx {onnx.__version__}; give up to {newest}")
-    with _quiet(), torch.autocast("cpu", enabled=False):
+    with _refusals(network), _quiet(), torch.autocast("cpu", enabled=False):
         exported = torch.onnx.export(
             network,
             _example(network),
@@ -102,10 +102,29 @@ def to_onnx(network: Computing, facts: Facts, *, opset: int = OPSET) -> bytes:
 
 
 @contextlib.contextmanager
+def _refusals(network: Computing) -> Iterator[None]:
+    """Inside, errors of torch's exporter, which have many classes and pages of text, become one line with the cause."""
+    try:
+        yield
+    except (MemoryError, OSError):
+        raise
+    except Exception as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = first_line(cause) if isinstance(cause, Exception) else type(cause).__name__
+        raise CSDError(
+            f"torch cannot write {type(network.network).__name__} as a graph for frames of any size ({reason}); "
+            f"decisions by values or sizes, as in `if` and `assert`, cannot be in a graph"
+        ) from error
+
+
+@contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Inside, drop the exporter's progress, warnings and tracebacks; the result is checked afterwards."""
     disabled = logging.root.manager.disable
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    said = io.StringIO()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         warnings.simplefilter("ignore")
         logging.disable(logging.CRITICAL)
         try:

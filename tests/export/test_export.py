@@ -407,6 +407,45 @@ def test_a_file_that_runs_on_one_size_alone_is_not_kept_and_its_cause_is_said(tm
     assert not list(tmp_path.iterdir())
 
 
+class Own(torch.nn.Module):
+    """Somebody's network of one frame."""
+
+    num_frame = 1
+    merged = False  # HalfNets have a method of this name
+
+    def __init__(self):
+        super().__init__()
+        self.tail = torch.nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, window):
+        return self.tail(window[:, 0])
+
+
+class Decides(Own):
+    def forward(self, window):
+        assert float(window.max()) <= 1
+        return super().forward(window)
+
+
+class InPlace(Own):
+    def forward(self, window):
+        return super().forward(window.mul_(2).sub_(1))
+
+
+@pytest.mark.parametrize("ending", [".onnx", ".pt2"])
+def test_a_network_that_torch_cannot_write_is_one_line(tmp_path, capfd, ending):
+    with pytest.raises(CSDError) as error:
+        export_network(Decides().eval(), tmp_path / f"decides{ending}")
+    line = str(error.value)
+    assert line.startswith("torch cannot write Decides as a graph for frames of any size (") and "\n" not in line
+    assert not list(tmp_path.iterdir()) and capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("cls", [Own, InPlace])
+def test_networks_of_others_are_written_as_they_are(tmp_path, cls):
+    assert export_network(cls().eval(), tmp_path / "own.onnx").max_difference < 1e-5
+
+
 def test_command_line_exports_and_derains(network, tmp_path, capsys):
     torch.save({"params": network.state_dict()}, tmp_path / "net.pth")
     (tmp_path / "rain").mkdir()
