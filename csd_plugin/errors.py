@@ -10,8 +10,8 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -107,6 +107,20 @@ def out_of_memory(error: Exception) -> str:
     if not isinstance(error, MemoryError) and not any(words in text for words in _NO_MEMORY):
         return ""
     return f"not enough memory ({first_line(error)}); use smaller frames, batches or networks"
+
+
+@contextmanager
+def graphs_apart() -> Iterator[None]:
+    """Inside, a backward pass through the graph of an earlier batch, which is used up, is a CSDError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "backward through the graph a second time" not in str(error):
+            raise
+        raise CSDError(
+            "the student keeps something of one batch, such as a hidden state, and computes the next one's gradients "
+            "through it: detach what it keeps, or let its forward begin anew at each call"
+        ) from error
 
 
 def lost_loader(error: BaseException | None) -> str:

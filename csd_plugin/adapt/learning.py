@@ -21,7 +21,7 @@ from csd_plugin.archs.interface import interface_of, run_network
 from csd_plugin.devices import use_channels_last
 from csd_plugin.distill.average import decay_at, update_average
 from csd_plugin.distill.step_graph import Computed, StepGraph
-from csd_plugin.errors import CSDError, first_line
+from csd_plugin.errors import CSDError, first_line, graphs_apart
 from csd_plugin.inference.precision import computes_bf16
 from csd_plugin.inference.streaming import ahead
 from csd_plugin.losses.ssim import PyramidSSIMLoss
@@ -151,7 +151,8 @@ class Learner:
         """The gradients of a batch; whether its loss is finite."""
         output = run_network(self.network, frames["rainy"], TARGETS, self.interface, autocast=self._precision)
         loss: Tensor = self.loss(output, frames["clean"].flatten(0, 1))
-        loss.backward()
+        with graphs_apart():
+            loss.backward()
         return {"loss": loss.detach()}, torch.isfinite(loss.detach())
 
     def _look(self, look: Callable[[nn.Module], float], now: Callable[[], float], bar: tqdm) -> None:

@@ -167,6 +167,11 @@ def adapt(plan: Plan, say: Callable[[str], object] = print) -> None:
     """
     source = _check(plan)
     start = load_network(source)
+    if not any(weight.requires_grad for weight in start.parameters()):
+        raise CSDError(
+            f"--student {plan.student}: all weights of {type(start).__name__} are frozen (requires_grad is False), so "
+            f"it cannot learn; take another network"
+        )
     teacher = open_teacher(plan.teachers, ensemble=plan.ensemble, device=plan.device)
     context = interface_of(start).num_frame // 2
     guards = scoring.validation_clips(plan.validation, context) if plan.validation else []

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from csd_plugin.distill.objective import Comparison, by_name
 from csd_plugin.distill.processes import are_several, mean_over_processes
-from csd_plugin.errors import CSDError
+from csd_plugin.errors import CSDError, graphs_apart
 from csd_plugin.types import ClipView
 
 COLLAPSED = 0.05
@@ -57,28 +57,12 @@ def gradient_norms(
     return norms
 
 
-def of_earlier_graph(error: RuntimeError) -> bool:
-    """Whether a backward pass fails as the losses depend on the graph of an earlier batch, which is used up."""
-    return "backward through the graph a second time" in str(error)
-
-
-class EarlierGraphError(CSDError):
-    """The student takes part of an earlier batch's graph along."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            "the student keeps something of one batch, such as a hidden state, and computes the next one's gradients "
-            "through it: detach what it keeps, or let its forward begin anew at each call"
-        )
-
-
 def _gradients(loss: Tensor, leaves: list[nn.Parameter]) -> list[Tensor]:
     """The gradients that exist, as dense real tensors. Raises CSDError, see `gradient_norms`."""
     try:
-        gradients = torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True)
+        with graphs_apart():
+            gradients = torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True)
     except RuntimeError as error:
-        if of_earlier_graph(error):
-            raise EarlierGraphError from error
         if "checkpoint" not in str(error).lower():
             raise
         raise CSDError(

@@ -22,9 +22,8 @@ from csd_plugin.data.batches import FEATURE, as_clips, as_float
 from csd_plugin.devices import half_precision_warnings, use_channels_last
 from csd_plugin.distill.average import decay_at, update_average
 from csd_plugin.distill.dry_run import clips_of
-from csd_plugin.distill.health import EarlierGraphError, of_earlier_graph
 from csd_plugin.distill.step_graph import Computed, StepGraph
-from csd_plugin.errors import CSDError, first_line, out_of_memory
+from csd_plugin.errors import CSDError, first_line, graphs_apart, out_of_memory
 from csd_plugin.losses.several import SeveralLosses, total_of
 from csd_plugin.losses.ssim import PyramidSSIMLoss
 from csd_plugin.models.checkpoints import CheckpointedModel
@@ -235,21 +234,14 @@ class VideoDerainModel(ValidationMixin, CheckpointedModel):
                 losses, scalars = self.compute_losses(current_iter)
                 total = torch.stack(list(losses.values())).sum()
                 totals.append(total.detach())
-                self._go_backward(total if share == 1 else total * share)
+                with graphs_apart():
+                    self.scaler.scale(total if share == 1 else total * share).backward()
             for name, value in {**losses, **scalars}.items():
                 part = value.detach() if count == 1 else value.detach() * share
                 sums[name] = sums[name] + part if name in sums else part
                 shares[name] = shares.get(name, 0) + share
         means = sums if count == 1 else {name: value / shares[name] for name, value in sums.items()}
         return means, torch.isfinite(torch.stack(totals)).all()
-
-    def _go_backward(self, loss: Tensor) -> None:
-        try:
-            self.scaler.scale(loss).backward()
-        except RuntimeError as error:
-            if of_earlier_graph(error):
-                raise EarlierGraphError from error
-            raise
 
     def after_step(self) -> None:
         """Update what follows the weights without being learned."""

@@ -57,6 +57,19 @@ def steps(one: Learner, count: int) -> Learner:
     return one
 
 
+def test_a_state_with_the_graph_of_the_batch_before_is_one_line():
+    class Carries(HalfNet):
+        before = 0
+
+        def forward(self, window):
+            self.before = torch.tanh(super().forward(window) + self.before)
+            return self.before
+
+    network = learner(Carries(preset="tiny", num_feat=4))
+    with pytest.raises(CSDError, match="the student keeps something of one batch, such as a hidden state"):
+        steps(network, 2)
+
+
 def test_steps_are_those_of_a_plain_loop():
     network = student()
     average, loss = copy.deepcopy(network), PyramidSSIMLoss(l1_weight=0.5)

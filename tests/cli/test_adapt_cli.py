@@ -335,6 +335,17 @@ def test_what_would_be_found_after_the_teachers_work_is_found_before(work, capsy
     assert sorted(path.name for path in work.iterdir()) == ["garden", "student.pth", "teacher.pth"]
 
 
+def test_a_frozen_student_is_told_before_the_teacher_works(work, capsys, monkeypatch):
+    from csd_plugin.adapt import run
+
+    load = run.load_network
+    monkeypatch.setattr(run, "load_network", lambda path: load(path).requires_grad_(False))
+    before = sorted(work.iterdir())
+    assert adapt() == 2
+    assert "--student student.pth: all weights of" in capsys.readouterr().err
+    assert sorted(work.iterdir()) == before
+
+
 def test_a_run_that_gets_more_time_is_looked_at_on_the_way_there(work, capsys, monkeypatch):
     looked = []
     look = learning.Learner._look
