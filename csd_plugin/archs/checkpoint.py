@@ -409,7 +409,10 @@ def _load_network(path: str | Path, param_key: str | None) -> nn.Module:
     if network is None:
         known = ", ".join(name for name, cls in NETWORKS.items() if hasattr(cls, "numbers_from_state"))
         also = "".join(f"; {fault}" for fault in faults)
-        raise CSDError(f"checkpoint {path}: its weights belong to no known network; known: {known}{also}")
+        raise CSDError(
+            f"checkpoint {path}: its weights belong to no known network; known: {known}; test others by an option file "
+            f"(csd_plugin.test), or add them by numbers_from_state (docs/toolboxes.md){also}"
+        )
     load_weights(network, state, source=f"checkpoint {path}")
     return network.eval()
 
