@@ -173,9 +173,15 @@ def _is_ours(network: nn.Module) -> bool:
 
 
 def check_network(network: nn.Module) -> None:
-    """Raise CSDError for a network that does not state how it is called, or has no weights."""
+    """Raise CSDError for a network that does not state how it is called, has no weights, or cannot be copied."""
     kind_of(network)
     interface_of(network)
+    for name, layer in network.named_modules():
+        if isinstance(layer, torch.jit.ScriptModule):  # a copy's weights would be results, not weights
+            raise CSDError(
+                f"{type(network).__name__}: torch.jit has compiled {name or 'it'}, and frames are computed by a copy, "
+                f"which it does not allow; leave torch.jit.script out"
+            )
     for name, weight in network.state_dict(keep_vars=True).items():
         if isinstance(weight, Tensor) and weight.is_meta:
             raise CSDError(f"{type(network).__name__} has no weights: {name} is on the device meta; load a checkpoint")

@@ -329,6 +329,25 @@ def test_a_network_without_weights_runs_and_one_on_meta_or_without_a_window_is_r
         Derainer(empty, device="cpu")
 
 
+class Compiled(torch.nn.Module):
+    """A network with a layer that its author has compiled."""
+
+    num_frame = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = torch.jit.script(torch.nn.Conv2d(9, 3, 3, padding=1))
+
+    def forward(self, window):
+        return self.body(window.flatten(1, 2))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_layer_that_torch_jit_has_compiled_is_one_line():
+    with pytest.raises(CSDError, match=r"Compiled: torch\.jit has compiled body, .* leave torch\.jit\.script out"):
+        Derainer(Compiled())
+
+
 @pytest.mark.parametrize("how", [{"batch": 0}, {"batch": -1}, {"memory": 0}])
 def test_numbers_out_of_range_are_one_line(network, how):
     with pytest.raises(CSDError, match="give 1 or more"):
