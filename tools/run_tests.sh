@@ -9,6 +9,5 @@ echo "== ruff and mypy"
 .venv/bin/python -m ruff format --check .
 .venv/bin/python -m mypy
 echo "== tests"
-cores=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
-# one process more than cores, as some tests wait for processes, locks and clocks
-.venv/bin/python -m pytest -q -n $((cores + 1)) --dist loadfile "$@"
+# in the order of the files: by default, long files of few tests would be last, beside idle cores
+.venv/bin/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder "$@"

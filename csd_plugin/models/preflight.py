@@ -53,6 +53,8 @@ from csd_plugin.types import ClipView
 
 _MOST_BY_THE_CLOCK = 1_000_000
 """The most iterations of a schedule by the clock: each is a scheduler step of some 20 microseconds."""
+_TESTED_SIZE = 128
+"""Side, in pixels, of the largest clips on which networks that are only tested are tried."""
 _LOSS_SIZE = 64
 """Side, in pixels, of the images on which losses are tried."""
 
@@ -91,8 +93,7 @@ def check_run(opt: dict[str, Any], problems: Problems | None = None) -> None:
         taught_by = problems.attempt(["train.distill_opt"], lambda: read_distillation(opt).taught_by())
         needed += [f"network_{label}" for label in taught_by or ()]
     for name in (name for name in needed if name in networks):  # before dry runs, which may leave tensors in them
-        built = networks[name], functools.partial(build_network, opt[name], name), interfaces[name]
-        problems.attempt(["datasets"], check_rebuilt, name, *built, clips_of(opt).size)
+        problems.attempt(["datasets"], _check_rebuilt, opt, name, networks[name], interfaces[name])
     network = networks.get("network_g")
     check_data(opt, network, {name: interfaces[name] for name in needed if name in interfaces}, problems)
     complete = all(name in networks for name in needed)
@@ -118,6 +119,11 @@ def check_run(opt: dict[str, Any], problems: Problems | None = None) -> None:
     if not opt["is_train"] and "network_g" in networks and problems.sound("datasets.train"):
         problems.attempt(["path.pretrain_network_g"], _check_trained, opt["path"], networks["network_g"])
     problems.raise_any()
+
+
+def _check_rebuilt(opt: dict[str, Any], name: str, network: nn.Module, interface: Interface) -> None:
+    size = clips_of(opt).size if opt["is_train"] else _TESTED_SIZE
+    check_rebuilt(name, network, functools.partial(build_network, opt[name], name), interface, size)
 
 
 def check_parts(

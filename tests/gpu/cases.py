@@ -145,7 +145,9 @@ def test_training_is_that_of_the_cpu_resumed_or_not(runs, tiny_rain, tiny_teache
         assert ours == pytest.approx(theirs, abs=tolerance, rel=tolerance), f"step {step}"
 
     model = runs.launcher.models[-1]
-    assert model.lq.is_cuda and all(weight.is_cuda for network in model.networks for weight in network.parameters())
+    assert model.lq.is_cuda and all(
+        weight.is_cuda for network, _ in model.called.values() for weight in network.parameters()
+    )
     scores = [
         load_results(runs.launcher.folder / "experiments" / name / "metrics/val_3.json").scores.summary()
         for name in ("gpu", "cpu")
