@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -29,8 +30,14 @@ class StoppingHook(Hook):
 
     priority = "LOWEST"  # after averages, schedules and checkpoints of the same step
 
+    def __init__(self) -> None:
+        self._listening = ExitStack()
+
     def before_train(self, runner: Runner) -> None:
-        REQUEST.listen()
+        self._listening.enter_context(REQUEST.listening())
+
+    def after_train(self, runner: Runner) -> None:
+        self._listening.close()  # a signal must act at once again: there is no step whose end it could wait for
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         REQUEST.begin_step()
