@@ -220,6 +220,12 @@ def test_raw_frames_through_pipes(frames, model, monkeypatch, capsys):
     for options, data, message in (
         ([], b"", "give --size WIDTHxHEIGHT"),
         (["--size", "32x24"], b"", "standard input is empty"),
+        (
+            ["--size", "32x24"],
+            b"YUV4MPEG2 W32 H24 F25:1\n" * 99,
+            "standard input is YUV4MPEG2 (y4m), not raw frames: let",
+        ),
+        (["--size", "32x24"], b"\0\0\0\x20ftypisom" * 200, "standard input is an MP4 or MOV file, not raw frames"),
         (["--size", "32x24"], clip.tobytes()[:-1], "ends within frame 4: 2303 of 2304 bytes"),
     ):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))

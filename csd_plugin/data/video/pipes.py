@@ -20,6 +20,17 @@ from csd_plugin.unread import OUTPUT
 
 logger = logging.getLogger(__name__)
 
+_SIGNS = {
+    "YUV4MPEG2 (y4m)": (0, b"YUV4MPEG2 "),
+    "an MP4 or MOV file": (4, b"ftyp"),
+    "a Matroska or WebM file": (0, b"\x1a\x45\xdf\xa3"),
+    "an AVI file": (8, b"AVI LIST"),
+    "a NUT file": (0, b"nut/multimedia container"),
+    "PNG images": (0, b"\x89PNG\r\n\x1a\n"),
+    "JPEG images": (6, b"JFIF\0"),
+}
+"""What is piped in place of raw frames: where its signature is, and what."""
+
 
 def is_single_pass(path: Path) -> bool:
     """Whether the frames of a path cannot be read again: those of a pipe or a camera."""
@@ -65,6 +76,8 @@ class PipeReader(FrameReader):
         width, height = self.size
         count, length = 0, width * height * 3
         while data := self._bytes(length):
+            if not count:
+                _refuse_files(data)
             if len(data) < length:
                 raise CSDError(
                     f"standard input ends within frame {count}: {len(data)} of {length} bytes; are they rgb24, "
@@ -92,6 +105,16 @@ class PipeReader(FrameReader):
 
     def name(self, index: int) -> str:
         return f"{self.first + index + 1:05d}"
+
+
+def _refuse_files(data: bytes) -> None:
+    """Raise CSDError if the first frame begins as a file does, which would be shown as noise."""
+    for kind, (at_byte, sign) in _SIGNS.items():
+        if data.startswith(sign, at_byte):
+            raise CSDError(
+                f"standard input is {kind}, not raw frames: let ffmpeg write these (-f rawvideo -pix_fmt rgb24), or "
+                f"give the file by its name"
+            )
 
 
 class PipeWriter(FrameWriter):
