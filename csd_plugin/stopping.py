@@ -63,6 +63,10 @@ class StopRequest:
             if threading.current_thread() is threading.main_thread():
                 put_back(before)
 
+    def listens(self) -> bool:
+        """Whether this process is listening now."""
+        return signal.getsignal(signal.SIGINT) == self._receive
+
     def begin_step(self) -> None:
         """From now on, there is something worth saving."""
         self._stepping = True

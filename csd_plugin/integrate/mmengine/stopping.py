@@ -34,7 +34,8 @@ class StoppingHook(Hook):
         self._listening = ExitStack()
 
     def before_train(self, runner: Runner) -> None:
-        self._listening.enter_context(REQUEST.listening())
+        if not REQUEST.listens():  # as it does already in `run_mmengine`, which also ends it
+            self._listening.enter_context(REQUEST.listening())
 
     def after_train(self, runner: Runner) -> None:
         self._listening.close()  # a signal must act at once again: there is no step whose end it could wait for
