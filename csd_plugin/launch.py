@@ -12,7 +12,6 @@ from typing import Any
 
 from csd_plugin import compat, peers, registration
 from csd_plugin.activation import output_of, parse_checked
-from csd_plugin.distill.processes import are_several
 from csd_plugin.errors import CSDError, lost_loader, odd_name, users_line
 from csd_plugin.inference.memory import keep_freed_memory
 from csd_plugin.lifeline import end_with_starter
@@ -83,9 +82,7 @@ def _run(pipeline: Callable[[str], None]) -> int:
             raise
         return _fail(_of_loader(error, trains) or users_line(error))
     except Stopped as stopped:
-        if not stopped.together and are_several():
-            peers.fail(signal.Signals(stopped.code - 128).name)
-        return stopped.code
+        return peers.stopped(stopped)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     return 0

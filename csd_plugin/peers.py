@@ -24,6 +24,7 @@ import torch.distributed as dist
 
 from csd_plugin.distill.processes import are_several, leave_the_others
 from csd_plugin.errors import CSDError, announce, first_line, out_of_memory, put_into_summary
+from csd_plugin.stopping import Stopped
 
 T = TypeVar("T")
 
@@ -232,6 +233,13 @@ def fail(line: str) -> None:
         announce(line)
     else:
         _peers.fail(line)
+
+
+def stopped(end: Stopped) -> int:
+    """The exit status of a process that a signal has ended; the others are told, unless they end with it."""
+    if not end.together and are_several():
+        fail(signal.Signals(end.code - 128).name)
+    return end.code
 
 
 def report(kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:

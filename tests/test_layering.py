@@ -87,7 +87,6 @@ MAY_IMPORT: dict[str, set[str]] = {
     "launch": {
         "activation",
         "compat",
-        "distill.processes",
         "inference.memory",
         "peers",
         "registration",

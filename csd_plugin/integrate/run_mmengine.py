@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import gc
 import os
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -68,9 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return _fail(users_line(error))
     except Stopped as stopped:
-        if not stopped.together and are_several():
-            peers.fail(signal.Signals(stopped.code - 128).name)
-        return stopped.code
+        return peers.stopped(stopped)
     except KeyboardInterrupt as interrupt:
         number, how = ending(interrupt)
         return _fail(how, 128 + number)
